@@ -85,6 +85,9 @@ def prepare(
     corpus = open_conversations(inputs, errors, say)
     if isinstance(tokenizer, str):
         tokenizer = get_tokenizer(tokenizer)
+    if not hasattr(tokenizer, "with_special"):
+        way_out = "save it in a directory and name that"
+        raise ValueError(f"tokenizer {tokenizer.name!r} has no method with_special: {way_out}")
     tokenizer = tokenizer.with_special([START, END])
     begin, end = chat.answer_begin(tokenizer), tokenizer.special[END]
     eot = [] if tokenizer.eot_id is None else [tokenizer.eot_id]

@@ -75,15 +75,17 @@ class Corpus:
 
     def documents(self) -> Iterator[str]:
         """The documents that are not empty. Raises ValueError or OSError naming the input."""
-        self.skipped, found = 0, False
+        self.skipped, found, separated = 0, False, not self.separator
         for name in self.files:
             try:
                 texts = self._texts(name) if is_records(name) else ["".join(self._lines(name))]
                 for text in texts:
                     parts = [text]
                     if self.separator:  # a line break after it belongs to it
-                        mark = self.separator.replace(r"\n", "\n")
-                        parts = re.split(re.escape(mark) + r"(?:\r?\n)?", text)
+                        mark = re.escape(self.separator.replace(r"\n", "\n"))
+                        mark = mark.replace("\\\n", r"\r?\n")  # as Windows ends lines, too
+                        parts = re.split(mark + r"(?:\r?\n)?", text)
+                        separated |= len(parts) > 1
                     for part in filter(None, parts):
                         found = True
                         yield part
@@ -94,6 +96,9 @@ class Corpus:
         if not found:
             skipped = f", and {self.skipped:,} records were left out" if self.skipped else ""
             raise ValueError(f"the text is empty ({', '.join(self.inputs)}){skipped}")
+        if not separated:
+            why = "is not in the text: check its spelling, or leave it out"
+            raise ValueError(f"separator {self.separator!r} {why}")
 
     def _texts(self, name: str) -> Iterator[str]:
         """The text of each of an input's records."""
@@ -147,7 +152,8 @@ class Corpus:
             path, config, split = [*name.removeprefix(HUB).split(":"), "", ""][:3]
             yield from stream(path, config or None, split=split or "train")
         elif ending in (".parquet", ".arrow"):
-            yield from stream(ending[1:], data_files=str(Path(name).absolute()), split="train")
+            path = glob.escape(os.path.abspath(name))  # `datasets` takes it for a pattern
+            yield from stream(ending[1:], data_files=path, split="train")
         elif ending in (".csv", ".tsv"):
             yield from self._rows(name, "\t" if ending == ".tsv" else ",")
         else:

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 import certifi
@@ -49,7 +50,7 @@ LAST_LINE = "Whiles thou art waking."  # where the original breaks off, early in
 
 
 def download() -> str:
-    """The original file. Raises OSError or ValueError."""
+    """The original file. Raises OSError, HTTPException or ValueError."""
     context = ssl.create_default_context()
     context.load_verify_locations(certifi.where())  # Python on a Mac may have no certificates
     with urllib.request.urlopen(URL, timeout=TIMEOUT, context=context) as response:
@@ -108,7 +109,7 @@ def obtain(out: Path, say=print) -> Path:
         try:
             with waiting(f"text: fetching {name}", say):
                 play = get()
-        except (OSError, ValueError, subprocess.SubprocessError) as error:
+        except (OSError, HTTPException, ValueError, subprocess.SubprocessError) as error:
             tried.append(f"{name} ({first_line(error)})")
             say(f"text: not from {tried[-1]}")
             continue
@@ -118,7 +119,7 @@ def obtain(out: Path, say=print) -> Path:
         return kept
     raise ValueError(
         f"tiny Shakespeare could not be obtained; tried {'; '.join(tried)}. Put any copy of it at "
-        f"{kept}, or name it: python -m data_prep.shakespeare --source FILE"
+        f"{kept}, and run the command again"
     )
 
 

@@ -54,6 +54,7 @@ if __name__ == "__main__":
         if any(Path(args.out, name).exists() for name in (TOKENIZER, "meta.json", "train.bin")):
             why = "already has a tokenizer or data, and nothing is overwritten"
             raise ValueError(f"{args.out} {why}: name another --out")
+        Path(args.out).mkdir(parents=True, exist_ok=True)  # fails now, not after training
         with waiting(f"training a tokenizer of {args.vocab_size:,} tokens"):
             tokenizer = train(args.INPUT, args.vocab_size, args.text_column, args.errors)
         tokenizer.save(args.out)

@@ -108,14 +108,15 @@ def writing(out: Path, tokenizer) -> Iterator[Path]:
     """
     new = out / NEW
     with lock(out):
-        if not (new / META).exists():  # else `finish` was interrupted while it moved the files
-            check_out(out)
+        if (new / META).exists():
+            move_files(out)  # resumes an interrupted `finish`
+        check_out(out)
         new.mkdir(exist_ok=True)
         try:
             tokenizer.save(new)
             yield new
         except BaseException:
-            # META is there while `finish` moves the files: the next run writes those that are gone
+            # META is there while `move_files` moves the files: the next run resumes it
             if not (new / PROGRESS).exists() and not (new / META).exists():
                 shutil.rmtree(new, ignore_errors=True)
             raise
@@ -138,14 +139,22 @@ def finish(out: Path, files: dict[str, TokenFile], tokenizer, corpus: Corpus, **
         "tokenizer_sha256": tokenizer_sha256(new),
     }
     write_json(new / META, meta)  # before anything is replaced: the disk may be full
-    # without these two, `out` is incomplete until the new meta.json is there
-    (new / PROGRESS).unlink(missing_ok=True)
-    (out / META).unlink(missing_ok=True)
-    for name in FILES:
-        (new / name).replace(out / name)
-    shutil.rmtree(new)
+    move_files(out)
     corpus.say_skipped()
     return meta
+
+
+def move_files(out: Path) -> None:
+    """Moves finished files into `out`, or those that are left. Raises ValueError as `check_out`."""
+    new = out / NEW
+    left = [name for name in FILES if (new / name).exists()]
+    check_out(out, left)
+    (new / PROGRESS).unlink(missing_ok=True)
+    for name in left:  # META last: without it, `check_out` could not tell that the others are ours
+        (out / name).unlink(missing_ok=True)
+    for name in left:
+        (new / name).replace(out / name)
+    shutil.rmtree(new)
 
 
 def batches(corpus: Corpus, split: Split) -> Iterator[dict[str, list]]:

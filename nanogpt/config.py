@@ -66,7 +66,7 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: Muon for matrices, AdamW for the rest
     learning_rate: Annotated[float, 1e-12, 100] = 1e-3  # AdamW's peak rate; see muon_learning_rate
     muon_learning_rate: LR = 0.02  # Muon's peak rate for the blocks' matrices; same schedule
-    weight_decay: Annotated[float, 0, 100] = 0.1  # on matrices and embeddings (muon: only matrices)
+    weight_decay: Annotated[float, 0, 100] = 0.1  # matrices and embeddings; muon: blocks' matrices
     eval_interval: Steps = incidental(250)  # steps between evaluations and checkpoints
     report_to: str = local("none")  # none | trackio | wandb | tensorboard, or several with commas
     device: Device = resumable("auto", "card")  # auto: the launcher's choice
@@ -93,7 +93,7 @@ class TrainConfig:
     # evaluation, logging, checkpoints
     eval_iters: Natural = resumable(0, "compare")  # random batches per evaluation; 0: whole split
     log_interval: Steps = incidental(10)  # steps between lines of metrics.jsonl
-    always_save_checkpoint: bool = incidental(True)  # save at each evaluation; false: only the best
+    always_save_checkpoint: bool = incidental(True)  # save at each evaluation; false: best and last
     keep_checkpoints: Natural = incidental(2)  # newest checkpoints to keep besides the best; 0: all
     sample_tokens: Natural = incidental(100)  # tokens per sample in samples.jsonl; 0: no samples
     require_exportable: bool = incidental(False)  # refuse models that transformers cannot load

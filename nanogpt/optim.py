@@ -61,7 +61,7 @@ def make_optimizers(
     """AdamW, or Muon and AdamW, over the parameters of a GPT; `dtype` is that of Muon's matmuls.
 
     Weight decay acts on matrices and embeddings, not on biases and norms, as in nanoGPT; with Muon
-    not on embeddings. `set_learning_rate` sets the rates later.
+    only on the matrices inside the blocks. `set_learning_rate` sets the rates later.
     """
     betas, decay = (config.beta1, config.beta2), config.weight_decay
     if config.optimizer == "adamw":

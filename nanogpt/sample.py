@@ -61,8 +61,8 @@ def stream(
     """
     if idx.size(1) == 0:
         raise ValueError("the prompt is empty: give at least one token")
-    if temperature < 0 or (top_k or 0) < 0:
-        raise ValueError(f"temperature={temperature} and top_k={top_k} must not be negative")
+    if temperature < 0 or (top_k or 0) < 0 or (top_p or 0) < 0:
+        raise ValueError(f"{temperature=}, {top_k=} and {top_p=} must not be negative")
     block_size = model.config.block_size
     generator = None if seed is None else torch.Generator(idx.device).manual_seed(seed)
     context = idx[:, -block_size:]

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import nanogpt  # isort: skip (before torch: see nanogpt/run/startup.py)
+
 import torch
 import torch.nn.functional as F
 from shakespeare import SHORT
 
-import nanogpt
 from data_prep import shakespeare
 from nanogpt import GPT, GPTConfig, TrainConfig
 from nanogpt.data.files import local_copy
@@ -78,7 +79,8 @@ if __name__ == "__main__":
         for run in asked.teacher.split(","):
             teacher, tokenizer = nanogpt.load(os.path.expanduser(run))
             if teacher.config.block_size < model.block_size:
-                raise ValueError(f"{run}: its context is below block_size={model.block_size}")
+                why = f"its context is below block_size={model.block_size}"
+                raise ValueError(f"{run}: {why}; lower --block_size")
             data = local_copy(next(iter(read_shares(asked.data))))  # a mixture has one tokenizer
             if (data / "train.bin").is_file():
                 check_tokenizer(tokenizer, load_tokenizer(data), asked.data, run, exact=True)

@@ -14,12 +14,13 @@ exported.
 
 from dataclasses import replace
 
+from nanogpt import GPT, GPTConfig  # isort: skip (before torch: see nanogpt/run/startup.py)
+
 import torch
 import torch.nn.functional as F
 from shakespeare import MODEL, TRAIN
 
 from data_prep import shakespeare
-from nanogpt import GPT, GPTConfig
 from nanogpt.model import MLP
 from nanogpt.train import main
 

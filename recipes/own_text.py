@@ -4,9 +4,10 @@
     python recipes/own_text.py --data data/mine
 
 It chooses the depth, and recipes/pretrain.py derives the rest: 2 to 12 layers (at most 4 without a
-GPU), and no more parameters than the text has tokens. The model sees 20 tokens per parameter
-(Hoffmann et al. 2022), but at most four epochs, after which repetition gains little (Muennighoff et
-al. 2023), and at most four million tokens without a GPU. A flag overrides any of this. On a CPU:
+GPU), and no more parameters than the text has tokens, unless it is too short for two layers. The
+model sees 20 tokens per parameter (Hoffmann et al. 2022), but at most four epochs (more repetition
+gains little; Muennighoff et al. 2023) and, without a GPU, at most four million tokens. A flag
+overrides any of this. On a CPU:
 
     python recipes/own_text.py --data=data/shakespeare_char --max_iters=200 \\
         --out_dir=out/own_shakespeare  # validation loss 1.60

@@ -58,7 +58,7 @@ def test_nanogpts_command_line_works_as_it_stands():
         (["--lr=1e-3"], "did you mean --learning_rate?"),  # nanoGPT's names, from here on
         (["--dtype=bfloat16"], "did you mean --precision?"),
         (["--eval_only=True"], "did you mean --max_iters=0?"),
-        (["--decay_lr=False"], "did you mean --lr_schedule=constant?"),
+        (["--decay_lr=False"], "did you mean --lr_schedule=constant --warmup_iters=0?"),
         (["--wandb_log=True"], "did you mean --report_to=wandb?"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_diverged_model_and_an_empty_prompt_are_refused():
     model = random_model(GPT2)
     with pytest.raises(ValueError, match="prompt is empty"):
         model.generate(ONE[:, :0], 1)
-    for options in ({"temperature": -1.0}, {"top_k": -1}):
+    for options in ({"temperature": -1.0}, {"top_k": -1}, {"top_p": -0.1}):
         with pytest.raises(ValueError, match="must not be negative"):
             model.generate(ONE, 1, **options)
     model.ln_f.weight.data.fill_(torch.nan)

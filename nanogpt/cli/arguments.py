@@ -43,7 +43,7 @@ FORMAT = (
 RUN = text("RUN", "RUN", WHAT)
 RUNS = text("RUNS", "RUN", f"one or several; each is {WHAT}", nargs="+")
 OUT_DIRS = text("RUN", "RUN", "out directories", nargs="+")
-PROCESSES = number("--processes", int, 1, 1024, 1, "one per GPU; without a GPU, on the CPU")
+PROCESSES = number("--processes", int, 1, 1024, 1, "each on its own GPU; without GPUs, on the CPU")
 RECIPE = text("RECIPE", "RECIPE", "a recipe, such as recipes/shakespeare.py")
 FLAGS = text("FLAGS", "FLAGS", "its flags, such as --n_layer=8", nargs=REMAINDER)
 DEVICE = text("--device", "DEVICE", "auto, cpu, cuda or mps (default: auto)", default="auto")
@@ -102,7 +102,7 @@ ARGUMENTS = {
         RUNS,
         DEVICE,
         TRUST,
-        choice("--precision", PRECISIONS, "auto: the GPU's fastest; fp32 on a CPU"),
+        choice("--precision", PRECISIONS, "of the loss; auto: the fastest on CUDA, else fp32"),
         JSON,
         text("--data", "DIR", "a data directory (default: the run's)"),
         choice("--split", "val train", "which split"),

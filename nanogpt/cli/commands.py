@@ -150,6 +150,8 @@ def sampling_options(args) -> dict:
 def load_for_sampling(args, tokens: int) -> tuple:
     """The model of RUN, compiled if asked for or if `tokens` are many, and its tokenizer."""
     int8 = args.dtype == "int8"
+    if int8 and args.compile == "false":
+        raise ValueError("int8 is always compiled: leave --compile=false or --dtype=int8 out")
     dtype = torch.float32 if int8 else getattr(torch, args.dtype)
     model, tokenizer, _ = load_run(args, args.RUN, dtype=dtype)
     worthwhile = args.compile == "auto" and decode.is_worth_compiling(model, tokens)
@@ -178,7 +180,7 @@ def run_sample(args) -> None:
         if prompt.startswith("FILE:"):
             path = Path(prompt.removeprefix("FILE:"))
             with one_line_errors(f"{path} cannot be read", "name a UTF-8 text (see iconv)"):
-                prompt = path.read_text(encoding="utf-8")
+                prompt = path.read_bytes().decode("utf-8-sig")  # with \r, as data_prep
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}
     compile_now(model, args.num_samples)
@@ -248,7 +250,7 @@ def run_playground(args) -> None:
 
 def export_options(args, format: str = "transformers") -> dict:
     if args.dtype == "q8_0" and format != "gguf":
-        raise ValueError("dtype=q8_0 is for GGUF only: add --format gguf, or choose bfloat16")
+        raise ValueError("dtype=q8_0 is for nanogpt export --format gguf only: choose bfloat16")
     dtype = args.dtype if args.dtype == "q8_0" else getattr(torch, args.dtype)
     options = {"dtype": dtype, "license": args.license, "trust_recipe": args.trust_recipe}
     taken = {name: options.pop(name) for name in EXPORTS[format][1]}
@@ -277,8 +279,11 @@ def run_push(args) -> None:
 
 
 def run_eval(args) -> None:
-    if args.tasks and args.precision != "auto":
-        raise ValueError("--precision is for the loss: leave it out with --tasks")
+    of_loss = {"precision": "auto", "data": None, "split": "val", "stride": None}
+    for name, default in (of_loss if args.tasks else {"limit": None}).items():
+        if getattr(args, name) != default:
+            why = "is for the loss: leave it out with" if args.tasks else "is only for"
+            raise ValueError(f"--{name} {why} --tasks")
     evaluate_run = evaluate_tasks if args.tasks else evaluate_split
     results = [evaluate_run(args, run) for run in args.RUNS]
     if args.json:
@@ -332,11 +337,14 @@ def evaluate_tasks(args, run: str) -> dict:
     """A run's results on tasks of lm_eval."""
     model, tokenizer, found = load_run(args, run)
     options = {"limit": args.limit, "batch_size": args.batch_size}
-    tasks = extra("eval_tasks").evaluate(model, tokenizer, args.tasks.split(","), **options)
-    for task, values in tasks.items():
+    results = extra("eval_tasks").evaluate(model, tokenizer, args.tasks.split(","), **options)
+    say = note if args.json else show
+    tasks = {}
+    for task, values in results:  # each as soon as it exists: a later one may fail
+        tasks[task] = values
         for metric, value in values.items():
-            if isinstance(value, float) and not args.json:
-                show(f"{run:<28} {task:<20} {metric:<28} {value:.4f}")
+            if isinstance(value, float):
+                say(f"{run:<28} {task:<20} {metric:<28} {value:.4f}")
     where = {"run": run, "checkpoint": found and str(found)}
     return where | {"limit": args.limit, "tasks": tasks}
 

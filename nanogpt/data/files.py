@@ -7,6 +7,14 @@ import re
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import unquote
+
+# hf://datasets/USER/NAME[@REVISION][/FOLDER], and what a data directory there may have
+HUB_URL = re.compile(r"hf://datasets/([^/@]+/[^/@]+)(?:@(refs/\w+/\w+|[^/]+))?(?:/(.*?))?/*")
+DATA_FILES = (
+    "train.bin val.bin meta.json meta.pkl tokenizer.json tokenizer_config.json config.json "
+    "vocab.json merges.txt added_tokens.json special_tokens_map.json"
+).split()
 
 
 @lru_cache  # one commit of the data for a whole process
@@ -18,14 +26,18 @@ def local_copy(directory: Path | str) -> Path:
     url = str(directory)
     if "://" not in url:
         return Path(directory)
-    from huggingface_hub import HfFileSystem, snapshot_download
+    from huggingface_hub import snapshot_download
 
     advice = "check the address (hf://datasets/USER/NAME), the network, and `hf auth login`"
     with one_line_errors(f"{url} cannot be read", advice):
-        at = HfFileSystem().resolve_path(url)
-        where = {"repo_type": at.repo_type, "revision": at.revision}
-        files = f"{at.path_in_repo}/*" if at.path_in_repo else "*"
-        return Path(snapshot_download(at.repo_id, **where, allow_patterns=files), at.path_in_repo)
+        match = HUB_URL.fullmatch(url)
+        if not match:
+            raise ValueError("it is not the address of a data set")
+        name, revision, folder = match.groups("")
+        files = [f"{folder}/{file}".lstrip("/") for file in DATA_FILES]
+        version = unquote(revision) or None
+        copy = snapshot_download(name, repo_type="dataset", revision=version, allow_patterns=files)
+        return Path(copy, folder)
 
 
 def read_json(path: Path) -> dict:

@@ -30,8 +30,8 @@ def read_meta(directory: Path | str) -> dict:
         near = Path("data", directory.name)
         hint = f"did you mean {near}? Or " if near != directory and near.is_dir() else ""
         raise ValueError(
-            f"data directory {str(directory)!r} {lacks}: {hint}name another with --data, or "
-            "prepare it, or describe its tokens (data_prep/README.md)"
+            f"data directory {str(directory)!r} {lacks}: {hint}name another directory, "
+            "prepare this one, or describe its tokens (data_prep/README.md)"
         )
     meta = read_json(path)
     with one_line_errors(f"{path} is damaged", f"restore it, or {AGAIN}"):
@@ -81,7 +81,7 @@ def open_split(
         why = f"its {count} tokens of {dtype.name} need {count * dtype.itemsize}"
         raise ValueError(f"{path} has {size} bytes, but {why}: it is truncated or changed; {AGAIN}")
     if "chat" in meta and block_size != (block := meta["chat"]["block"]):
-        other = f"give --block_size={block}, or prepare them with --block_size {block_size}"
+        other = f"train with --block_size={block}, or prepare them with --block_size {block_size}"
         raise ValueError(f"the conversations in {path} fill blocks of {block} tokens: {other}")
     if count < block_size + 1:
         most = f"more text, or train with --block_size={count - 1} at most"

@@ -48,7 +48,8 @@ def examine(directory: Path | str, block_size: int, parameters: int, say=print) 
     say(f"{(uses > 0).sum():,} of {len(uses):,} tokens occur; most often {', '.join(top)}")
     for start in np.random.default_rng(0).integers(max(len(ids) - 64, 1), size=3):
         say(f"  {tokenizer.decode(ids[start : start + 64].tolist())[:90]!r}")
-    train, val = (split_documents(splits[name], tokenizer) for name in SPLITS)
+    # without empty ones: blocks of conversations are padded with end-of-text tokens
+    train, val = (list(filter(None, split_documents(splits[name], tokenizer))) for name in SPLITS)
     warnings = list(find_warnings(train, val, meta["splits"], block_size, parameters))
     for line in warnings:
         say(f"warning: {line}")

@@ -10,6 +10,7 @@ on its export.
 """
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from nanogpt.data.files import first_line
 from nanogpt.hub import weights
 from nanogpt.hub.export import check_own_class, write_tokenizer
 from nanogpt.model import GPT
+from nanogpt.run.errors import out_of_memory
 from nanogpt.text.generate import default_prompt
 
 
@@ -66,12 +68,12 @@ CORE = {
 
 def evaluate(
     model: GPT, tokenizer, tasks: list[str], limit: int | None = None, batch_size: int = 8
-) -> dict[str, dict]:
-    """Results by task, with lm_eval's names.
+) -> Iterator[tuple[str, dict]]:
+    """Yields (task, results) as soon as they exist, with lm_eval's names.
 
     The task "core" stands for all of CORE and adds the mean of their centered accuracies. `limit`
     is the number of examples per task, also of CORE. Moves the model to the CPU. Raises ValueError
-    for an unknown task, or if no transformers class supports the model.
+    for a task that is unknown or fails, or if no transformers class supports the model.
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
@@ -101,24 +103,27 @@ def evaluate(
         prefix_token_id=prefix,
     )
 
-    def run(**options) -> dict:
+    def run(name: str, task: str | dict, shots: int | None = None) -> dict:
+        options = {"task_manager": manager, "num_fewshot": shots, "limit": limit}
         try:
-            return lm_eval.simple_evaluate(lm, task_manager=manager, limit=limit, **options)
-        except (AssertionError, TypeError) as error:  # no room for an answer, no end of text
-            why = first_line(error)
-            raise ValueError(f"lm_eval cannot evaluate it ({why}): choose other tasks") from None
+            return lm_eval.simple_evaluate(lm, tasks=[task], **options)["results"]
+        except Exception as error:  # no room for an answer, no end of text, the network
+            if out_of_memory(error):
+                raise
+            why = f"lm_eval cannot evaluate {name} ({first_line(error)})"
+            raise ValueError(f"{why}: choose other tasks") from None
 
-    others = [name for name in tasks if name != "core"]
-    results = run(tasks=others)["results"] if others else {}
+    for name in tasks:
+        if name != "core":
+            yield from run(name, name).items()
     if "core" not in tasks:
-        return results
+        return
     # centered is 0 for guessing and 1 for perfect
     centered = []
     for name, task in CORE.items():
         member = {"task": task.task, **(EXACT if task.metric == WRITTEN else {})}
         group = {"group": "core", "task": [member]}
-        found = run(tasks=[group], num_fewshot=task.shots)["results"]
-        accuracy = float(found[task.task][task.metric])
+        accuracy = float(run(name, group, task.shots)[task.task][task.metric])
         centered.append((accuracy - task.baseline) / (1 - task.baseline))
-        results[f"core/{name}"] = {task.metric: accuracy, "centered,none": centered[-1]}
-    return results | {"core": {"centered,none": sum(centered) / len(centered)}}
+        yield f"core/{name}", {task.metric: accuracy, "centered,none": centered[-1]}
+    yield "core", {"centered,none": sum(centered) / len(centered)}

@@ -62,12 +62,12 @@ class Writer:
         """The tokens of a text (T,). Raises ValueError if it has unknown characters."""
         return torch.tensor(self.tokenizer.encode(text), device=self.device)
 
-    def write(self, prompt: str, max_new_tokens: int, *options) -> Iterator[str]:
-        """Yields the text so far. `options` are temperature, top_k, top_p and a seed."""
-        named = dict(zip(("temperature", "top_k", "top_p", "seed"), options, strict=True))
-        named["eos_id"] = self.tokenizer.eot_id
+    def write(self, prompt: str, tokens, temperature, top_k, top_p, seed) -> Iterator[str]:
+        """Yields the text so far. The page may deliver whole numbers as floats."""
+        options = {"temperature": temperature, "top_k": int(top_k), "top_p": top_p}
+        options |= {"seed": int(seed), "eos_id": self.tokenizer.eot_id}
         ids = self.encode(prompt).tolist()
-        pieces = stream_text(self.model, self.tokenizer, ids, max_new_tokens, **named)
+        pieces = stream_text(self.model, self.tokenizer, ids, int(tokens), **options)
         yield from accumulate(pieces, initial=prompt)
 
     def paint(self, text: str) -> str:

@@ -70,8 +70,8 @@ def load_model(
         if trust_recipe:
             own_class = load_class(trust_recipe, str(name))
         else:
-            file = shlex.quote(str(file))
-            hint = f"was trained as {name}: --trust_recipe {file} runs that file and loads it so"
+            flag = f"--trust_recipe {shlex.quote(str(file))}"
+            hint = f"was trained as {name}: {flag} runs that file and loads it so (not for GGUF)"
     elif trust_recipe and make_model is GPT:
         say(f"{found} is a plain GPT: {trust_recipe!s:.200} is not needed, and was not run")
     try:

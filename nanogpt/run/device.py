@@ -126,13 +126,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     one_of_several = on_cpus and "MASTER_ADDR" in os.environ
     if accelerator.num_processes != world or (one_of_several and "WORLD_SIZE" not in os.environ):
         raise ValueError(
-            "each process would train alone: without GPUs, nanogpt train --processes N"
+            "the launcher started only one process, or each would train alone: without GPUs, use "
+            "nanogpt train RECIPE --processes=N"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError("fp16 needs a GPU: choose --precision=fp32, or bf16")
     if config.device not in ("auto", accelerator.device.type):
-        found = accelerator.device.type
-        raise ValueError(f"device={config.device}, but torch or the launcher chose {found}")
+        found = f"torch or the launcher chose {accelerator.device.type}"
+        raise ValueError(f"device={config.device}, but {found}: check both, or leave --device out")
     if world > 1:
         # gloo's threads, if still there at exit, may abort the process
         atexit.register(accelerator.state.destroy_process_group)

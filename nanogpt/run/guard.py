@@ -35,7 +35,8 @@ def check_room(config: GPTConfig) -> None:
     if needed > room:
         raise ValueError(
             f"{config.n_layer} layers of {config.n_embd} channels take at least "
-            f"{needed / 1e9:,.1f} GB, but {room / 1e9:,.1f} GB of memory are free: make it smaller"
+            f"{needed / 1e9:,.1f} GB, but {room / 1e9:,.1f} GB of memory are free: "
+            "lower --n_layer or --n_embd"
         )
 
 

@@ -16,7 +16,7 @@ NANOGPT = {
     "--lr": "--learning_rate",
     "--start": "--prompt",
     "--eval_only": "--max_iters=0",
-    "--decay_lr": "--lr_schedule=constant",
+    "--decay_lr": "--lr_schedule=constant --warmup_iters=0",
     "--wandb_log": "--report_to=wandb",
 }
 

@@ -65,9 +65,11 @@ def prepare(
         if accelerator.is_main_process:
             check_publishing(model_config, config)
         names = ("train.bin", "val.bin", "meta.json")
-        if prepare_data and not any((Path(config.data) / name).exists() for name in names):
+        data = Path(config.data)
+        killed = (data / ".preparing" / "meta.json").exists()  # while its files were moved
+        if prepare_data and (killed or not any((data / name).exists() for name in names)):
             with waiting(f"preparing {config.data}", logger.info):
-                prepare_data(Path(config.data))
+                prepare_data(data)
         directory = next(iter(read_shares(config.data)))  # of a mixture, which has one tokenizer
         meta = load_meta(directory)  # first: its error names a directory that does not exist
         tokenizer = load_tokenizer(directory)

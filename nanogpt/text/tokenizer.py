@@ -186,7 +186,7 @@ def load_tokenizer(directory: Path | str) -> Tokenizer:
         return load_file(path)
     if (directory / "vocab.json").exists():  # of older models
         return from_pretrained(str(directory))
-    raise ValueError(f"{path} is missing: text cannot be tokenized without it")
+    raise ValueError(f"{path} is missing: copy the one that made the tokens there")
 
 
 def load_file(path: Path) -> Tokenizer:

@@ -30,11 +30,19 @@ chat RUN                                      | <|im_start|>
 plot RUN --out out                            | 'out' .png
 export RUN --to link                          | link exists
 export RUN --to x --dtype q8_0                | q8_0 --format gguf
+page RUN --to x --dtype q8_0                  | q8_0 export --format gguf
+sample RUN --dtype int8 --compile=false       | int8 --compile=false
+eval RUN --tasks piqa --precision bf16        | --precision --tasks
+eval RUN --tasks piqa --data other            | --data --tasks
+eval RUN --tasks piqa --split train           | --split --tasks
+eval RUN --tasks piqa --stride 4              | --stride --tasks
+eval RUN --limit 9                            | --limit --tasks
+check-data nowhere                            | 'nowhere' directory
 dashboard nowhere                             | nowhere directory
 bench --model gpt5                            | 'gpt5' classic
 plan /etc/passwd                              | /etc/passwd .py
 train RECIPE --n-leyer=3                      | --n_leyer --n_layer?
-train RECIPE --device=cpu --data=nowhere      | 'nowhere' --data
+train RECIPE --device=cpu --data=nowhere      | 'nowhere' directory
 train RECIPE --seeds=2 --push_to_hub=me/x     | push_to_hub single
 train RECIPE --processes=3                    | --processes=3 GPUs --device=cpu
 train nowhere.py                              | nowhere.py file

@@ -17,7 +17,7 @@ def refused(directory, message: str, block_size: int = 16, split: str = "train",
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda d: (d / "meta.json").unlink(), "has no meta.json: name another with --data"),
+        (lambda d: (d / "meta.json").unlink(), "has no meta.json: name another directory"),
         (lambda d: (d / "meta.json").write_text("{"), "meta.json cannot be read"),
         (lambda d: (d / "meta.json").write_text("{}"), "meta.json is damaged .*KeyError"),
         (lambda d: change(d, None, chat={}), "meta.json is damaged .*KeyError: 'block'"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -140,6 +141,12 @@ def test_other_files_and_single_conversations_are_refused(tmp_path):
         prepare(put(tmp_path / "in.jsonl", json.dumps(GOOD)), tmp_path / "data")
 
 
+def test_a_tokenizer_of_ones_own_without_special_tokens_is_refused(tmp_path):
+    own = SimpleNamespace(name="mine", vocab_size=256, eot_id=None)
+    with pytest.raises(ValueError, match="'mine' has no method with_special: save it"):
+        prepare(write(tmp_path / "in.jsonl", talks()), tmp_path / "data", tokenizer=own)
+
+
 def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_path):
     tool = [*talk("who?"), {"role": "tool", "content": "x"}, {"role": "assistant", "content": "y"}]
     bad = [tool, talk("who?", ""), talk("who?")]
@@ -149,7 +156,7 @@ def test_conversations_that_cannot_be_learnt_from_are_skipped_and_counted(tmp_pa
 
 
 def test_another_block_size_and_mixtures_are_refused(packed, tmp_path):
-    with pytest.raises(ValueError, match="fill blocks of 128 tokens: give --block_size=128, or"):
+    with pytest.raises(ValueError, match="fill blocks of 128 tokens: train with --block_size=128, or"):
         TokenDataset(packed, "train", 64)
     prepare(write(tmp_path / "more.jsonl", talks(20)), tmp_path / "other")
     with pytest.raises(ValueError, match="a mixture cannot have conversations"):

@@ -135,6 +135,13 @@ def test_variants_of_the_formats_are_read(tmp_path, name):
     assert read(put(tmp_path / name, content)) == texts
 
 
+def test_a_separator_means_lines_of_windows_too_and_must_occur(tmp_path):
+    path = put(tmp_path / "in.txt", "one\r\n---\r\ntwo")
+    assert read(path, separator=r"\n---\n") == ["one", "two"]
+    with pytest.raises(ValueError, match="separator '<s>' is not in the text"):
+        read(path, separator="<s>")
+
+
 @pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n"])
 def test_a_separator_in_a_text_becomes_the_end_of_a_document(tmp_path, mark):
     texts = documents(50)
@@ -196,3 +203,9 @@ def test_what_datasets_saves_and_streams_is_read(tmp_path):
     put(tmp_path / "more" / "README.md", "")
     save_as("parquet", tmp_path / "more", documents(30))
     assert read(f"hf:{tmp_path / 'more'}") == documents(30)
+
+
+def test_a_name_is_no_pattern(tmp_path):
+    (tmp_path / "a[1]").mkdir()
+    save_as("parquet", tmp_path / "a[1]", documents(5))
+    assert read(tmp_path / "a[1]") == documents(5)

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import tokenizers
 from texts import SCRIPTS
 
 from data_prep import train_tokenizer
@@ -36,6 +37,13 @@ def test_a_tokenizer_is_not_written_into_data(tmp_path, text_file, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["train", str(text_file), "--out", str(tmp_path)])
     assert "nothing is overwritten" in refused(lambda: runpy.run_module("data_prep.train_tokenizer", None, "__main__"))
     assert not (tmp_path / "tokenizer.json").exists()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the module is already imported
+def test_an_out_that_cannot_be_written_is_refused_before_training(text_file, monkeypatch, refused):
+    monkeypatch.setattr(tokenizers.Tokenizer, "train_from_iterator", None)
+    monkeypatch.setattr(sys, "argv", ["train", str(text_file), "--out", str(text_file)])
+    assert str(text_file) in refused(lambda: runpy.run_module("data_prep.train_tokenizer", None, "__main__"))
 
 
 def test_text_without_spaces_is_learnt_in_short_pieces(tmp_path):

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import TINY
 from texts import documents, expected, fork, put, save_as, sha256, small_bpe, tokens, write_jsonl
+from tiny_run import Run
 
 from data_prep import text, writer
+from nanogpt import TrainConfig
 from nanogpt.data.tokens import TokenDataset
 from nanogpt.rundir import lock
 
@@ -117,3 +120,51 @@ def test_files_of_others_are_not_overwritten(tmp_path, name, interrupted, argume
     with pytest.raises(ValueError, match=f"{name} is not an earlier output"):
         prepare(**arguments)
     assert Path(path).read_text() == "{}"
+
+
+def kill_at(monkeypatch, act, path: Path, **arguments) -> None:
+    """Prepares data, killed just before `act`, a method of Path, does something to that file."""
+
+    def kill(self, *args, **options):
+        if self == path:
+            raise KeyboardInterrupt
+        return act(self, *args, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, act.__name__, kill)
+        prepare(**arguments)
+
+
+STEPS = [(Path.unlink, name) for name in writer.FILES]
+STEPS += [(Path.replace, f"{writer.NEW}/{name}") for name in writer.FILES]
+
+
+@pytest.fixture(params=STEPS, ids=lambda step: f"{step[0].__name__} {step[1]}")
+def killed(tmp_path, monkeypatch, arguments, request) -> dict:
+    """Arguments whose data was to replace earlier data, killed at a step of moving the files."""
+    prepare(**arguments | {"val_fraction": 0.2})
+    act, name = request.param
+    kill_at(monkeypatch, act, tmp_path / "data" / name, **arguments)
+    return arguments
+
+
+def test_killed_while_files_are_moved_the_next_preparation_completes_them(tmp_path, killed):
+    with pytest.raises(ValueError, match="too short"):
+        prepare(**killed | {"inputs": [put(tmp_path / "a.txt", "a")]})
+    for split in ("train", "val"):
+        assert tokens(tmp_path / "data", split).tolist() == expected(documents(), 0.1, split == "val")
+    assert not (tmp_path / "data" / writer.NEW).exists()
+
+
+def test_killed_while_files_are_moved_a_recipe_prepares_its_own_data_again(tmp_path, killed):
+    settings = TrainConfig(data=str(killed["out"]), out_dir=str(tmp_path / "out"), device="cpu", max_iters=1)
+    run = Run(TINY, settings, prepare_data=lambda out: prepare(**killed | {"val_fraction": 0.2}))
+    assert run.train_data.tokens[:].tolist() == expected(documents(), 0.2, False)
+
+
+def test_killed_while_files_are_moved_it_keeps_those_that_others_put_there(tmp_path, monkeypatch, arguments):
+    kill_at(monkeypatch, Path.replace, tmp_path / "data" / writer.NEW / "train.bin", **arguments)
+    path = put(tmp_path / "data" / "val.bin", "theirs")
+    with pytest.raises(ValueError, match=r"val.bin is not an earlier output"):
+        prepare(**arguments)
+    assert Path(path).read_text() == "theirs"

@@ -15,9 +15,9 @@ HEAD = """# Settings
 python recipes/shakespeare.py --help
 ```
 
-Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe: `--n_layer=8` or `--n_layer 8`. A recipe's values
-override the defaults below, and the command line overrides the recipe's. `--help` shows a recipe's own values.
-`--config out/x/config.json` repeats a run; other flags override its settings.
+Every field of `GPTConfig` and `TrainConfig` is a flag of each recipe but `minimal.py` and `grpo.py`: `--n_layer=8` or
+`--n_layer 8`. A recipe's values override the defaults below, and the command line overrides the recipe's. `--help`
+shows a recipe's own values. `--config out/x/config.json` repeats a run; other flags override its settings.
 
 This file is generated: `python tests/docs/settings_table.py > docs/settings.md`.
 """

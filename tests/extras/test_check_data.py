@@ -7,7 +7,9 @@ import re
 
 import numpy as np
 import pytest
+from conversations import talk, write
 
+from data_prep.chat import prepare
 from nanogpt.extras.check_data import examine
 from nanogpt.text.tokenizer import byte_tokenizer, char_tokenizer
 
@@ -103,3 +105,17 @@ def test_a_leak_is_found_without_an_end_of_text_token(tmp_path, special):
     splits = [tokenizer.encode("".join(t + "\n" for t in each)) for each in texts]
     (warning,) = report(write_data(tmp_path / "leak", tokenizer, *splits))[1]
     assert re.match(IN_BOTH, warning)
+
+
+def test_the_end_of_text_tokens_that_fill_up_blocks_are_no_documents(tmp_path):
+    texts = [f"{i} {'is this a question?' * 3}" for i in range(60)]
+    path = write(tmp_path / "a.jsonl", [talk(text, f"no, it is {i}") for i, text in enumerate(texts)])
+    prepare([path], tmp_path / "d", block_size=256, val_fraction=0.5, say=lambda text: None)
+    meta = json.loads((tmp_path / "d" / "meta.json").read_text())
+    ids = {split: np.fromfile(tmp_path / "d" / f"{split}.bin", "<u2") for split in ("train", "val")}
+    leaking = np.concatenate([ids["train"][:-1], ids["val"][:256], ids["train"][-1:]])  # a whole block
+    leaking.tofile(tmp_path / "d" / "train.bin")
+    meta["splits"]["train"] |= {"tokens": len(leaking)}
+    (tmp_path / "d" / "meta.json").write_text(json.dumps(meta))
+    (leak,) = (warning for warning in report(tmp_path / "d", block_size=1, parameters=1)[1] if "also in" in warning)
+    assert f" of {meta['splits']['val']['documents']} validation documents" in leak

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from helpers import randomize
 from shapes import CASES, CHARACTERS, make_checkpoint
 
 from nanogpt import GPT
+from nanogpt.cli import main
 from nanogpt.extras import eval_tasks
 from nanogpt.extras.eval_tasks import CoreTask, evaluate
 from nanogpt.hub import export
@@ -84,7 +86,7 @@ def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
     suite = {"a": CoreTask("choice", 0, 0.25, "acc,none"), "b": CoreTask("writing", 0, 0, "exact_match,strip")}
     monkeypatch.setattr(eval_tasks, "CORE", suite | {"c": CoreTask("choice", 2, 0.5, "acc,none")})
 
-    results = evaluate(model, tokenizer, ["core"])
+    results = dict(evaluate(model, tokenizer, ["core"]))
 
     right = 0
     for i, row in enumerate(rows):
@@ -100,12 +102,44 @@ def test_core_is_the_mean_of_centered_accuracies(tasks, monkeypatch):
     assert results["core"]["centered,none"] == pytest.approx(sum(centered) / 3)
 
 
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_a_task_that_fails_is_named_and_the_results_before_it_are_shown(
+    tasks, tmp_path, monkeypatch, capsys, json_flag
+):
+    import lm_eval
+
+    def simple_evaluate(lm, tasks, **options):
+        if tasks == ["rolling"]:
+            raise RuntimeError("Dataset scripts are no longer supported\nbut found one")
+        return {"results": {tasks[0]: {"acc,none": 0.25}}}
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", simple_evaluate)
+    make_checkpoint(tmp_path / "run", CASES["qwen3"], char_tokenizer(CHARACTERS))
+    with pytest.raises(SystemExit) as exit:
+        main(["eval", str(tmp_path / "run"), "--tasks", "choice,rolling", "--device=cpu", *json_flag])
+    out, err = capsys.readouterr()
+    assert exit.value.code == 2 and re.search(r"choice +acc,none +0.2500\n", err if json_flag else out)
+    assert err.splitlines()[-1].startswith("error: lm_eval cannot evaluate rolling (RuntimeError: Dataset scripts")
+
+
+def test_too_little_memory_for_a_task_stays_that(tasks, monkeypatch):
+    import lm_eval
+
+    def simple_evaluate(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", simple_evaluate)
+    model = GPT(dataclasses.replace(CASES["gpt2"], vocab_size=257)).eval()
+    with pytest.raises(torch.OutOfMemoryError):
+        list(evaluate(model, byte_tokenizer(), ["choice"]))
+
+
 @pytest.mark.parametrize("tokenizer, size", [(char_tokenizer(CHARACTERS), 512), (byte_tokenizer(), 256)])
 def test_core_is_refused_without_an_end_of_text_token_or_room_for_an_answer(tokenizer, size):
     pytest.importorskip("lm_eval")
     config = dataclasses.replace(CASES["gpt2"], vocab_size=tokenizer.vocab_size, block_size=size)
     with pytest.raises(ValueError, match="end-of-text token and a context above 256"):
-        evaluate(GPT(config), tokenizer, ["core"])
+        list(evaluate(GPT(config), tokenizer, ["core"]))
 
 
 @pytest.mark.nightly
@@ -119,7 +153,7 @@ def test_figures_are_those_of_lm_eval_on_the_export(tmp_path, tasks):
     make_checkpoint(tmp_path / "run", CASES["qwen3"], char_tokenizer(CHARACTERS))
     export.export(tmp_path / "run", tmp_path / "export")
     model, tokenizer, _ = load(tmp_path / "run")
-    results = evaluate(model, tokenizer, ["rolling", "choice"])
+    results = dict(evaluate(model, tokenizer, ["rolling", "choice"]))
     arguments = "--model hf --model_args pretrained=export,dtype=float32,prefix_token_id=0 --tasks rolling,choice"
     arguments += " --include_path tasks --device cpu --batch_size 8 --output_path results"
     subprocess.run([sys.executable, "-m", "lm_eval", *arguments.split()], cwd=tmp_path, check=True, timeout=300)

@@ -73,6 +73,11 @@ def test_writing_grows_by_what_sampling_yields_and_the_seed_decides(hostile_writ
     assert same == first and other[-1] != first[-1]
 
 
+def test_a_number_box_may_give_floats(hostile_writer):
+    whole = list(hostile_writer.write("<", 10, 1.0, 5, 1.0, 1))
+    assert list(hostile_writer.write("<", 10.5, 1.0, 5.5, 1.0, 1.5)) == whole
+
+
 @pytest.mark.parametrize("text, complaint", [("", "at least 2"), ("<", "at least 2"), ("Zz", "'Z'")])
 def test_a_text_that_the_model_cannot_read_is_named(hostile_writer, text, complaint):
     with pytest.raises(ValueError, match=complaint):

@@ -141,7 +141,7 @@ def test_what_the_launcher_asks_for_in_vain_is_refused(asked, monkeypatch):
 def test_several_processes_that_the_launcher_did_not_start_are_an_error(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    with pytest.raises(ValueError, match=r"would train alone.* --processes N"):
+    with pytest.raises(ValueError, match=r"would train alone.* --processes=N"):
         device.make_accelerator(TrainConfig(device="cpu"))
     # for GPUs the launcher starts several in another way, and a batch script may set MASTER_ADDR
     monkeypatch.setattr(device.Accelerator, "device", torch.device("cuda"))
