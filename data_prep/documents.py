@@ -64,6 +64,7 @@ class Corpus:
 
     def __post_init__(self):
         self.skipped = 0  # lines and records that `documents` has left out
+        self.separated = not self.separator  # whether `documents` has found a separator
         self.files = find_files(self.inputs, self.say)
         status = [os.stat(name) for name in self.files if not name.startswith(HUB)]
         self.size = sum(each.st_size for each in status)  # bytes
@@ -75,7 +76,7 @@ class Corpus:
 
     def documents(self) -> Iterator[str]:
         """The documents that are not empty. Raises ValueError or OSError naming the input."""
-        self.skipped, found, separated = 0, False, not self.separator
+        self.skipped, found = 0, False
         for name in self.files:
             try:
                 texts = self._texts(name) if is_records(name) else ["".join(self._lines(name))]
@@ -85,7 +86,7 @@ class Corpus:
                         mark = re.escape(self.separator.replace(r"\n", "\n"))
                         mark = mark.replace("\\\n", r"\r?\n")  # as Windows ends lines, too
                         parts = re.split(mark + r"(?:\r?\n)?", text)
-                        separated |= len(parts) > 1
+                        self.separated |= len(parts) > 1
                     for part in filter(None, parts):
                         found = True
                         yield part
@@ -96,9 +97,6 @@ class Corpus:
         if not found:
             skipped = f", and {self.skipped:,} records were left out" if self.skipped else ""
             raise ValueError(f"the text is empty ({', '.join(self.inputs)}){skipped}")
-        if not separated:
-            why = "is not in the text: check its spelling, or leave it out"
-            raise ValueError(f"separator {self.separator!r} {why}")
 
     def _texts(self, name: str) -> Iterator[str]:
         """The text of each of an input's records."""
@@ -124,9 +122,11 @@ class Corpus:
         self.skipped += 1
 
     def say_skipped(self) -> None:
-        """Says how much `documents` has left out, if anything."""
+        """Says how much `documents` has left out, and if it has not found a separator."""
         if self.skipped:
             self.say(f"{self.skipped:,} lines or records were left out: they cannot be used")
+        if not self.separated:
+            self.say(f"warning: the separator {self.separator!r} is not in the text")
 
     def _lines(self, name: str) -> Iterator[str]:
         """The lines of a text file, which may be compressed."""

@@ -154,6 +154,7 @@ def remove_leftovers(out_dir: Path) -> None:
             final = step_dir(out_dir, read_state(link).step)
             if not final.exists():
                 link.rename(final)
+                point(link, final)
     for old in out_dir.glob(".old-step-*"):
         final = out_dir / old.name.removeprefix(".old-")
         if not final.exists():

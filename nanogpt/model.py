@@ -400,7 +400,7 @@ class GPT(HasOps, nn.Module):
         padding[self.config.vocab_size :] = -torch.inf
         return self.ops.loss(x, self.head.weight, padding, targets, reduction)
 
-    def fused_rows(self) -> dict[str, list[int]]:
+    def fused_rows(self) -> dict[str, list[int] | None]:
         """Row counts of the matrices stacked in one parameter: queries, keys, values; gate, up."""
         rows = {}
         for i, block in enumerate(self.h):

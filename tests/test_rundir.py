@@ -92,7 +92,8 @@ def test_a_copy_of_a_run_that_followed_its_links_goes_on(make_run):
         shutil.copytree(target, run.out_dir / link)
     for path in run.out_dir.glob("step-*"):
         shutil.rmtree(path)
-    assert make_run(max_iters=6, resume="auto").state.step == 4
+    assert make_run(max_iters=6, resume="best").state.step == 4
+    assert checkpoint.find(run.out_dir).name == "step-000004" and (run.out_dir / "best").is_symlink()
 
 
 HOLDER = """

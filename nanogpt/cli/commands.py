@@ -180,7 +180,7 @@ def run_sample(args) -> None:
         if prompt.startswith("FILE:"):
             path = Path(prompt.removeprefix("FILE:"))
             with one_line_errors(f"{path} cannot be read", "name a UTF-8 text (see iconv)"):
-                prompt = path.read_bytes().decode("utf-8-sig")  # with \r, as data_prep
+                prompt = path.read_text(encoding="utf-8-sig")
         ids = tokenizer.encode(prompt).tolist()
     options = sampling_options(args) | {"eos_id": eos_id}
     compile_now(model, args.num_samples)
@@ -279,11 +279,12 @@ def run_push(args) -> None:
 
 
 def run_eval(args) -> None:
+    if args.limit and not args.tasks:
+        raise ValueError("--limit is only for --tasks")
     of_loss = {"precision": "auto", "data": None, "split": "val", "stride": None}
-    for name, default in (of_loss if args.tasks else {"limit": None}).items():
-        if getattr(args, name) != default:
-            why = "is for the loss: leave it out with" if args.tasks else "is only for"
-            raise ValueError(f"--{name} {why} --tasks")
+    for name, default in of_loss.items():
+        if args.tasks and getattr(args, name) != default:
+            raise ValueError(f"--{name} is for the loss: leave it out with --tasks")
     evaluate_run = evaluate_tasks if args.tasks else evaluate_split
     results = [evaluate_run(args, run) for run in args.RUNS]
     if args.json:

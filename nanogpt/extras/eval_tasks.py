@@ -111,7 +111,7 @@ def evaluate(
             if out_of_memory(error):
                 raise
             why = f"lm_eval cannot evaluate {name} ({first_line(error)})"
-            raise ValueError(f"{why}: choose other tasks") from None
+            raise ValueError(f"{why}: check the network, or choose other tasks") from error
 
     for name in tasks:
         if name != "core":

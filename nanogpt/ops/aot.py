@@ -100,7 +100,7 @@ def build(exported: torch.export.ExportedProgram) -> bytes:
 
 
 def cache_file(what: object) -> Path:
-    """Where a library is kept, by what it depends on: the code, torch, the threads and the CPU."""
+    """The path of a library, with a hash of what it depends on: code, torch, threads, CPU."""
     cpuinfo = Path("/proc/cpuinfo")  # on Linux
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     cpu = sorted({line for line in lines if line.startswith(("flags", "Features"))})

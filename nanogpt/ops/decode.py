@@ -122,7 +122,8 @@ def rows_by_position(shape: tuple[int, ...], **options) -> torch.Tensor:
 
 def is_worth_compiling(model: GPT, tokens: int) -> bool:
     """Whether to compile by default, if so many tokens are sampled on a CPU."""
-    possible = model.wte.weight.device.type == "cpu" and has_compiler() and has_own_ops(model)
+    plain = all(is_plain(module) for block in model.h for module in block.modules())
+    possible = plain and model.wte.weight.device.type == "cpu" and has_compiler()
     return possible and tokens * model.get_num_params() > WORTHWHILE
 
 
@@ -141,8 +142,8 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
 
     From now on it can be neither trained nor converted to a different device or dtype, and copies
     of it sample with its weights. With `int8` the weights of its matmuls are rounded to 8 bits.
-    Blocks with code of your own (a class, a hook, a replaced forward pass) are not compiled. Raises
-    ValueError on another device, for operators of your own, or if there is no C++ compiler.
+    Blocks with code of your own (a class, an operator, a hook, a replaced forward pass) stay as
+    they are. Raises ValueError on another device, or if there is no C++ compiler.
     """
     device = model.wte.weight.device.type
     if device != "cpu":
@@ -151,47 +152,45 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
     if not has_compiler():
         missing = "a C++ compiler and Python's headers: install g++ and python3-dev, or set CXX"
         raise ValueError(f"compiled sampling and int8 need {missing}")
-    if not has_own_ops(model):
-        raise ValueError("compiled sampling and int8 would replace operators of your own")
+    for block in model.h:
+        forward = vars(block).get("forward")
+        if forward and forward.__module__ in ("nanogpt.run.device", __name__):
+            del block.forward  # compiled for training, or by an earlier call
+    plain = [block for block in model.h if all(map(is_plain, block.modules()))]
     if int8:
         if model.lm_head is None:  # the embedding stays as it is
             V, C = model.wte.weight.shape
             model.lm_head = Linear(C, V, bias=False, device="meta")
             model.lm_head.weight = model.wte.weight
-        for module in [module for module in model.modules() if isinstance(module, Linear)]:
+        linears = [m for part in (*plain, model.head) for m in part.modules() if type(m) is Linear]
+        for module in linears:
             if not isinstance(module.weight, Int8):  # by an earlier call
                 rounded = round_to_int8(module.weight)
                 del module.weight
                 module.weight = rounded
-    loss = functools.partial(cross_entropy, linear=linear)
-    ops = model.ops._replace(linear=linear, attention=single_query, loss=loss)
-    model.use(ops._replace(cache_memory=rows_by_position))
     programs: dict[str, Program] = {}  # blocks that compute the same share one
-    for block in model.h:
-        forward = vars(block).get("forward")
-        if forward and forward.__module__.startswith("nanogpt."):
-            del block.forward  # compiled for training, or by an earlier call
-        if all(map(is_plain, block.modules())):
-            name = description(block)
-            if name not in programs:
-                programs[name] = block_program(block, name)
-            compile_block(block, programs[name])
+    for block in plain:
+        for module in block.modules():
+            if hasattr(module, "ops"):
+                module.ops = module.ops._replace(linear=linear, attention=single_query)
+        name = description(block)
+        if name not in programs:
+            programs[name] = block_program(block, name)
+        compile_block(block, programs[name])
     # of the output projection, which is outside the blocks
-    model.ops = model.ops._replace(linear=compiled_linear())
+    loss = functools.partial(cross_entropy, linear=linear)
+    model.ops = model.ops._replace(linear=compiled_linear(), loss=loss)
+    model.ops = model.ops._replace(cache_memory=rows_by_position)
     return model
 
 
-def has_own_ops(model: GPT) -> bool:
-    """Whether the operators of the blocks are this package's."""
-    ops = model.h[0].ops
-    used = {ops.linear, ops.rms_norm, ops.layer_norm, ops.dropout, ops.attention}
-    return used <= {*Ops(), *CPU, linear, single_query}
-
-
 def is_plain(module: nn.Module) -> bool:
-    """Whether its class is this package's, without hooks or a replaced forward pass."""
+    """Whether its code is this package's: class, operators, no hooks, no replaced forward pass."""
+    ops = getattr(module, "ops", Ops())
+    used = {ops.linear, ops.rms_norm, ops.layer_norm, ops.dropout, ops.attention}
     changed = module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module)
-    return type(module).__module__ in ("nanogpt.model", __name__) and not changed
+    own = type(module).__module__ in ("nanogpt.model", __name__) and not changed
+    return own and used <= {*Ops(), *CPU, linear, single_query}
 
 
 def description(block: Block) -> str:

@@ -121,13 +121,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             accelerate.DistributedDataParallelKwargs(gradient_as_bucket_view=True),
         ],
     )
-    # MASTER_ADDR is set if the launcher was asked for several on CPUs, but did not start them
-    on_cpus = "ACCELERATE_MIXED_PRECISION" in os.environ and accelerator.device.type == "cpu"
-    one_of_several = on_cpus and "MASTER_ADDR" in os.environ
+    # MASTER_ADDR is set if the launcher was asked for several, which it may not have started
+    one_of_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if accelerator.num_processes != world or (one_of_several and "WORLD_SIZE" not in os.environ):
         raise ValueError(
-            "the launcher started only one process, or each would train alone: without GPUs, use "
-            "nanogpt train RECIPE --processes=N"
+            "the launcher started only one process, or each would train alone: on GPUs give it "
+            "--multi_gpu, without GPUs use nanogpt train RECIPE --processes=N, for a single "
+            "process unset MASTER_ADDR"
         )
     if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:
         raise ValueError("fp16 needs a GPU: choose --precision=fp32, or bf16")

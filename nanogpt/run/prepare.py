@@ -87,8 +87,10 @@ def prepare(
             if gpt is None and accelerator.device.type == "cpu":
                 guard.check_room(model_config)
     splits = train_data.meta["splits"]
-    same = start and start.name, splits, model_config, replace(config, time_limit=0)  # what is left
-    checksum = zlib.crc32(repr(same).encode())
+    shared = asdict(config)
+    for name in ("out_dir", "data", "threads", "time_limit"):  # machines may differ in these
+        del shared[name]
+    checksum = zlib.crc32(repr((start and start.name, splits, model_config, shared)).encode())
     if peers.all_max(checksum, -checksum) != [checksum, -checksum]:
         same = f"{config.out_dir} and {config.data}, and have the same settings"
         raise ValueError(f"all machines must see the same {same}")

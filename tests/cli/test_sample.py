@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from data_prep.text import prepare
-from nanogpt.cli import main
 from nanogpt.cli.commands import load_for_sampling
 from nanogpt.ops import decode
 from nanogpt.run.parser import OneLineParser
@@ -29,10 +28,9 @@ def test_json_has_the_samples_that_are_printed(run_dir, tmp_path, command):
     assert len(json.loads(command(*sample, "--num_samples=3", "--json"))["samples"]) == 3
 
 
-def test_the_line_ends_of_a_prompt_in_a_file_are_kept(run_dir, tmp_path, refused):
-    (tmp_path / "prompt.txt").write_bytes(b"SECOND:\r\n")
-    words = ["sample", str(run_dir), f"--prompt=FILE:{tmp_path}/prompt.txt"]
-    assert r"character '\r' (position 7)" in refused(main, words)
+def test_a_prompt_in_a_file_of_windows_is_read(run_dir, tmp_path, command):
+    (tmp_path / "prompt.txt").write_bytes("\ufeffSECOND:\r\n".encode())
+    assert command("sample", run_dir, f"--prompt=FILE:{tmp_path}/prompt.txt").startswith("SECOND:\n")
 
 
 def test_a_text_ends_at_its_end(make_run, tmp_path, command):

@@ -135,11 +135,12 @@ def test_variants_of_the_formats_are_read(tmp_path, name):
     assert read(put(tmp_path / name, content)) == texts
 
 
-def test_a_separator_means_lines_of_windows_too_and_must_occur(tmp_path):
-    path = put(tmp_path / "in.txt", "one\r\n---\r\ntwo")
+def test_a_separator_means_lines_of_windows_too_and_one_that_does_not_occur_is_noticed(tmp_path):
+    path, said = put(tmp_path / "in.txt", "one\r\n---\r\ntwo"), []
     assert read(path, separator=r"\n---\n") == ["one", "two"]
-    with pytest.raises(ValueError, match="separator '<s>' is not in the text"):
-        read(path, separator="<s>")
+    for mark in (r"\n---\n", "<s>"):
+        text.prepare([path], tmp_path / "data", "bytes", separator=mark, say=said.append)
+    assert [line for line in said if "warning" in line] == ["warning: the separator '<s>' is not in the text"]
 
 
 @pytest.mark.parametrize("mark", ["<|endoftext|>", "\n<|endoftext|>\n"])
