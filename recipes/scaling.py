@@ -76,8 +76,9 @@ def run() -> None:
     flags.append(f"--aspect_ratio={given.aspect_ratio}")
     with user_errors():
         depths = [int(word) for word in given.depths.split(",") if word.isdecimal()]
-        if len(depths) < 3 or given.depths.split(",") != [str(n) for n in sorted({*depths})]:
-            raise ValueError(f"--depths={given.depths} must be three or more, rising: {DEPTHS}")
+        rising = given.depths.split(",") == [str(n) for n in sorted({*depths})]
+        if len(depths) < 3 or not rising or depths[-1] > 64:  # as --depth of pretrain.py
+            raise ValueError(f"--depths={given.depths} must be three or more, rising to 64 at most")
         if given.data == DATA and not Path(DATA, "meta.json").exists():
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise ValueError(f"{DATA} is missing: start in one process first, which makes it")

@@ -53,6 +53,7 @@ pretrain.py --aspect_ratio=33                 | even
 pretrain.py --data=nowhere                    | 'nowhere'
 scaling.py --depths=1,2                       | --depths=1,2 three
 scaling.py --depths=3,2,1                     | --depths=3,2,1 rising
+scaling.py --depths=2,3,70                    | --depths=2,3,70 64
 scaling.py --depths=1,2,3 --data=nowhere      | 'nowhere'
 """
 ROWS = [line.rsplit("|", 1) if "<|" not in line else line.split("|", 1) for line in MISTAKES.strip().splitlines()]
