@@ -178,9 +178,8 @@ def compile_decoding(model: GPT, int8: bool = False) -> GPT:
             programs[name] = block_program(block, name)
         compile_block(block, programs[name])
     # of the output projection, which is outside the blocks
-    loss = functools.partial(cross_entropy, linear=linear)
-    model.ops = model.ops._replace(linear=compiled_linear(), loss=loss)
-    model.ops = model.ops._replace(cache_memory=rows_by_position)
+    own = {"linear": compiled_linear(), "loss": functools.partial(cross_entropy, linear=linear)}
+    model.ops = model.ops._replace(**own, cache_memory=rows_by_position)
     return model
 
 

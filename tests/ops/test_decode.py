@@ -108,7 +108,8 @@ def test_code_of_ones_own_stays_as_it_is(change, int8, traced):
     assert not decode.is_worth_compiling(model, 10**12)
     expected = model.generate(IDX[:1, :4], 6, temperature=0)
     found = compile_decoding(model, int8).generate(IDX[:1, :4], 6, temperature=0)
-    assert traced == ["linear"] and (int8 or torch.equal(found, expected))
+    assert traced == ["linear"] and not any(isinstance(module, decode.Int8) for module in model.h.modules())
+    assert int8 or torch.equal(found, expected)  # with int8 the output projection is rounded
 
 
 def test_only_blocks_with_the_same_settings_and_operators_share_a_program(traced):
